@@ -293,7 +293,10 @@ def _train_lanes(options: Options, run: Callable[..., Any], make_report: Callabl
 
 
 def merge(options: Options) -> None:
-    """Merges columns of runs to one encoder."""
+    """Merges columns of runs, or Hugging Face folders, to one encoder."""
+    if options.config is not None and options.config.merging.folders:
+        _merge_folders(options)
+        return
     from mtl_jax.analysis import report
     from mtl_jax.runs.merge import merge
     from mtl_jax.storage import workdir as folders
@@ -302,6 +305,17 @@ def merge(options: Options) -> None:
     config = options.checked_config(options.runs[0])
     with folders.locked(options.output) as out:
         print(report.merging_report(out, merge(config.merging, options.runs, out)))
+
+
+def _merge_folders(options: Options) -> None:
+    from mtl_jax import checks
+    from mtl_jax.runs.merge_folders import merge_folders
+
+    options.require(
+        options.output and not options.runs, "--output=FOLDER, and no --runs next to config.merging.folders"
+    )
+    checks.check_merged_folders(options.config)
+    print(merge_folders(options.config.merging, pathlib.Path(options.output).expanduser(), options.config.seed))
 
 
 def adapt(options: Options) -> None:

@@ -99,6 +99,16 @@ def check(config: Config, mode: str = "train") -> dict[str, str]:
     return idle
 
 
+def check_merged_folders(config: Config) -> None:
+    """Checks what `--mode=merge` of Hugging Face folders reads. Raises UserError as `check`."""
+    problems: list[str] = []
+    check_fields(config, default.get_config(), "config", problems.append)
+    if not problems:
+        check_merging(config, problems.append)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def _check_entries(config: Config, report: Report) -> None:
     """The fields of data sets, tasks and other entries that the user names."""
     for place, kind in default.ENTRIES.items():

@@ -104,8 +104,18 @@ def check_relate(config: Config, report: Report) -> None:
 
 
 def check_merging(config: Config, report: Report) -> None:
-    """Checks `merging`: methods."""
-    check_names("config.merging.methods", config.merging.methods, MERGING, report)
+    """Checks `merging`: methods, and how many of folders."""
+    merging = config.merging
+    check_names("config.merging.methods", merging.methods, MERGING, report)
+    if not merging.folders:
+        for field in ("base", "options"):
+            if merging[field]:
+                report(f"config.merging.{field}: is of config.merging.folders, and there are none")
+        return
+    if len(merging.folders) < 2:
+        report("config.merging.folders: one folder is no more than itself; name two or more")
+    if len(merging.methods) != 1:
+        report("config.merging.methods: folders have no dev split on which one is chosen; name one method")
 
 
 def _check_seeds(config: Config, field: str, count: int, report: Report) -> None:

@@ -468,6 +468,16 @@ class Merging(Protocol):
     methods: tuple[str, ...] = ()
     # Folders of finished runs whose scores are listed in the table too, e.g. ("runs/tied",).
     reference_runs: tuple[str, ...] = ()
+    # Of runs with adapters: "products" (kernels with what adapters add, W + α / r · A B; the merged run has none) |
+    # "factors" (A and B each; the merged run has one adapter for all).
+    adapters: Literal["products", "factors"] = "products"
+    # Hugging Face folders or Hub names of one architecture, merged in place of runs by one method; --output is such a
+    # folder.
+    folders: tuple[str, ...] = ()
+    # Of `folders`: the one that they began from; methods on task vectors need it.
+    base: str = ""
+    # Of `folders`: options of the method, e.g. {"scale": 0.3}; what is left out has its published value.
+    options: Mapping[str, Any]
 
 
 class Config(Protocol):

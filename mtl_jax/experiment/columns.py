@@ -19,7 +19,7 @@ from mtl_jax.models.peft import Factors
 from mtl_jax.training.objective import Params
 
 
-def column(experiment: Experiment, params: Params, task: str, *, merged: bool = True) -> dict[str, Any]:
+def encoder_params(experiment: Experiment, params: Params, task: str, *, merged: bool = True) -> dict[str, Any]:
     """{path: leaves [...]} of layers, embeddings and parts of the encoder as a whole.
 
     Args:
@@ -47,6 +47,12 @@ def column(experiment: Experiment, params: Params, task: str, *, merged: bool = 
     for path in [path for path in leaves if adapter_path(path) in experiment.owners]:
         leaves[path] = adapter.bind(_adapter(experiment, params, path, task), leaves[path])
     return leaves
+
+
+def adapter_leaves(experiment: Experiment, params: Params, task: str) -> dict[str, Any]:
+    """{path of an adapter: its leaves [...]} of one task, and of what all have in common."""
+    paths = [path for path in experiment.owners if path.startswith("adapter_")]
+    return {path: _slice(experiment, params, path, task) for path in paths}
 
 
 def low_rank_factors(experiment: Experiment, params: Params, task: str) -> tuple[dict[tuple[str, ...], Factors], float]:

@@ -21,7 +21,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import encoder_refusal, load_model
 from mtl_jax.evaluation.input_records import build_corpus
 from mtl_jax.experiment.assemble import Experiment, assemble
-from mtl_jax.experiment.columns import column, low_rank_factors
+from mtl_jax.experiment.columns import encoder_params, low_rank_factors
 from mtl_jax.models.export import save_folder, save_tokenizer_config
 from mtl_jax.models.export_heads import ExportedHead, NotPublished, exported_head
 from mtl_jax.models.peft import save_adapter
@@ -74,7 +74,7 @@ def _export_task(run: _Run, name: str, folder: pathlib.Path) -> list[str]:
     written, layers = [], None
     if not reason:
         try:
-            layers = column(run.experiment, run.params, name)
+            layers = encoder_params(run.experiment, run.params, name)
         except ValueError as error:
             reason = f"no Hugging Face model: {error}"
     if layers is not None:
@@ -110,7 +110,7 @@ def _export_lora(run: _Run, name: str, folder: pathlib.Path, head: ExportedHead 
         count = save_adapter(folder / "peft", architecture, factors, scaling, str(base), (kind, head) if head else None)
     except NotPublished as answer:
         return [f"no PEFT adapter: {answer}"]
-    layers = column(run.experiment, run.params, name, merged=False)
+    layers = encoder_params(run.experiment, run.params, name, merged=False)
     save_folder(base, architecture, layers, run.workdir / "model", head)
     _save_tokenizer(run, base)
     return [f"LoRA is merged here, and a PEFT adapter of {count} modules in peft/, on the model in base/"]
@@ -126,7 +126,7 @@ def _export_shared(run: _Run, target: pathlib.Path) -> list[str]:
     for tasks in tasks_of_column.values():
         if len(tasks) > 1:
             folder = target / ("shared" if len(tasks_of_column) == 1 else "+".join(tasks))
-            layers = column(run.experiment, run.params, tasks[0], merged=False)
+            layers = encoder_params(run.experiment, run.params, tasks[0], merged=False)
             tensors = save_folder(folder, run.saved.architecture, layers, run.workdir / "model")
             lines.append(f"{folder}: the encoder of {', '.join(tasks)}, {len(tensors)} tensors")
             _save_tokenizer(run, folder)
@@ -153,6 +153,6 @@ def _program(run: _Run, name: str) -> Program:
         vocabularies={name: run.saved.vocabularies[name]}, statistics={name: run.saved.statistics[name]}
     )
     experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
-    layers = jax.tree.map(lambda leaf: np.asarray(leaf)[None], column(run.experiment, run.params, name))
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf)[None], encoder_params(run.experiment, run.params, name))
     heads = join_heads(experiment.spec.objective.groups, {name: run.params["heads"][name]})
     return Program(experiment, {**layers, "heads": heads}, name)

@@ -131,10 +131,10 @@ def merge(merging: Merging, workdirs: Sequence[pathlib.Path], out: pathlib.Path)
     began = time.monotonic()
     runs = [read_run(workdir) for workdir in workdirs]
     require_platform(runs[0].config.training.platform)
-    config = merged_config(runs)
+    config = merged_config(runs, merging.adapters)
     _require_new(out, config)
     other_runs = {str(run): folders.read_summary(pathlib.Path(run).expanduser()) for run in merging.reference_runs}
-    loaded, columns = _load_columns(runs)
+    loaded, columns = _load_columns(runs, merging.adapters)
     merger = _merger(config, loaded, columns)
     refused: list[RunWarning] = []
     rows: list[MergedRow] = []
@@ -171,11 +171,12 @@ def _require_new(out: pathlib.Path, config: Config) -> None:
         raise UserError(f"{out} holds a merged run; take another --output, or delete it to merge anew")
 
 
-def _load_columns(runs: Sequence[FinishedRun]) -> tuple[list[LoadedRun], list[Column]]:
+def _load_columns(runs: Sequence[FinishedRun], adapters: str) -> tuple[list[LoadedRun], list[Column]]:
     """The runs with their parameters, and all their columns, at least two and of one base."""
-    if len(runs) == 1 and runs[0].config.sharing.trunk == "all" and not runs[0].config.sharing.task_groups:
+    sharing = runs[0].config.sharing
+    if len(runs) == 1 and sharing.trunk == "all" and not sharing.task_groups and not sharing.adapter:
         raise runs[0].nothing_to_merge()  # before its data are read
-    loaded = [load_run(run) for run in runs]
+    loaded = [load_run(run, adapters) for run in runs]
     columns = [column for run in loaded for column in run.columns]
     if len(columns) < 2:
         raise runs[0].nothing_to_merge()

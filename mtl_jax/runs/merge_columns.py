@@ -15,6 +15,7 @@ from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import placement_from_config, restore_params
 from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.experiment.columns import adapter_leaves, encoder_params
 from mtl_jax.runs.build import build
 from mtl_jax.runtime import distributed
 from mtl_jax.sharing.merging import first_difference
@@ -43,6 +44,9 @@ COMMON_FIELDS = (
     "sharing.readout_options",
     "sharing.head_layers",
     "sharing.cascades",
+    "sharing.adapter",
+    "sharing.adapter_options",
+    "sharing.adapter_layers",
 )
 
 
@@ -93,19 +97,18 @@ def read_run(workdir: pathlib.Path) -> FinishedRun:
             f"--runs: {workdir} is the folder of an ablation; name runs, such as those of config.ablation.keep"
         )
     config = from_plain(folders.read_config(workdir))
-    for field in ("mixer", "adapter"):
-        if config.sharing[field]:
-            raise UserError(
-                f"--runs: {workdir} has config.sharing.{field} = {config.sharing[field]!r}; only columns that are "
-                "models of their own, without mixers and adapters, can be merged"
-            )
+    if config.sharing.mixer:
+        raise UserError(
+            f"--runs: {workdir} has config.sharing.mixer = {config.sharing.mixer!r}; only columns that are models of "
+            "their own, without a mixer between them, can be merged"
+        )
     summary = folders.read_summary(workdir)
     require_checkpoint(workdir, str(summary["step"]))
     return FinishedRun(workdir, config, artifacts.load(workdir), summary)
 
 
-def merged_config(runs: Sequence[FinishedRun]) -> ConfigDict:
-    """The config of one encoder for all tasks of the runs.
+def merged_config(runs: Sequence[FinishedRun], adapters: str) -> ConfigDict:
+    """The config of one encoder for all tasks of the runs. `adapters`: of `config.merging`.
 
     Raises:
       UserError: a field in which runs of one base may not differ; a task that two runs have.
@@ -130,6 +133,12 @@ def merged_config(runs: Sequence[FinishedRun]) -> ConfigDict:
         config.train_tasks = ()
     config.sharing.trunk, config.sharing.task_groups, config.sharing.tied = "all", ConfigDict(), False
     config.penalties, config.distillation = ConfigDict(), ConfigDict()
+    config.sharing.adapter_groups = ConfigDict()
+    if adapters == "factors":
+        config.sharing.adapter_owner = "all"
+        return config
+    config.sharing.adapter, config.sharing.adapter_options = "", ConfigDict()
+    config.sharing.adapter_owner, config.sharing.adapter_layers = "none", ()
     return config
 
 
@@ -139,8 +148,8 @@ def _field(plain: Mapping[str, Any], path: str) -> Any:
     return plain
 
 
-def load_run(run: FinishedRun) -> LoadedRun:
-    """Builds the experiment of a run and loads its parameters."""
+def load_run(run: FinishedRun, adapters: str) -> LoadedRun:
+    """Builds the experiment of a run and loads its parameters. `adapters`: of `config.merging`."""
     experiment = build(run.config, soft_labels=False, finished=run.workdir)
     saved = restore_params(experiment, placement_from_config(experiment), run.workdir, str(run.summary["step"]))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
@@ -150,16 +159,23 @@ def load_run(run: FinishedRun) -> LoadedRun:
     for k, task in enumerate(experiment.tasks):
         tasks_of_column.setdefault(tuple(owner[k] for owner in owners.values()), []).append(task)
 
-    def column_leaves(params: Params, column: tuple[int, ...]) -> Leaves:
-        slices = {
-            path: jax.tree.map(lambda leaf, index=index: leaf[index], params[path])
-            for path, index in zip(owners, column, strict=True)
-        }
+    def column_leaves(params: Params, task: str) -> Leaves:
+        try:
+            slices = encoder_params(experiment, params, task, merged=adapters == "products")
+        except ValueError as error:
+            raise UserError(f"--runs: {run.workdir}: {error}; take config.merging.adapters = 'factors'") from None
+        if adapters == "factors":
+            slices |= adapter_leaves(experiment, params, task)
         return flatten(distributed.to_host(slices))
 
+    def base_leaves(task: str) -> Leaves:
+        """What a column began from; adapters, which are drawn for each owner, from no change."""
+        leaves = column_leaves(base, task)
+        return {p: jnp.zeros_like(leaf) if p.startswith("adapter_") else leaf for p, leaf in leaves.items()}
+
     columns = [
-        Column(run.workdir, tuple(tasks), column_leaves(saved.params, column), column_leaves(base, column))
-        for column, tasks in tasks_of_column.items()
+        Column(run.workdir, tuple(tasks), column_leaves(saved.params, tasks[0]), base_leaves(tasks[0]))
+        for tasks in tasks_of_column.values()
     ]
     params = distributed.to_host(saved.params)
     params["heads"] = split_heads(experiment.spec.objective.groups, params["heads"])

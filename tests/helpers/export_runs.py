@@ -100,7 +100,7 @@ def make_config(folder: pathlib.Path, encoder: pathlib.Path | str, tasks=TASKS, 
     add("choice", "endings", "label", "multiple_choice", text=("text",), choices=("options",))
     add("hidden", "raw", "", "masked_lm", text=("text",))
     config.model.pretrained, config.data.row_length = str(encoder), 64
-    config.data.rows_per_block = config.evaluation.rows_per_batch = 4
+    config.data.rows_per_block = config.evaluation.rows_per_batch = 8
     config.training.steps = 1
     return config
 

@@ -22,7 +22,7 @@ RANK, ALPHA = 3, 7.0
 def exported(folder, family, monkeypatch, **options):
     """(experiment, its parameters) of a run whose LoRA is not zero, exported to folder/out without programs."""
     write_data(folder)
-    tasks = {"topic": {"head_form": "published"}, "pos": {}}
+    tasks = {"topic": {"head_form": "published"}, "pos": {"head_form": "published"}}
     config = make_config(folder, encoder_folder(folder / "encoder", family), tuple(tasks), **tasks)
     config.sharing.adapter, config.sharing.adapter_options = "lora", {"rank": RANK, "alpha": ALPHA, **options}
     experiment = build(config)
