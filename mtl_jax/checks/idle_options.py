@@ -234,6 +234,11 @@ RULES = (
         "config.model.pretrained_wheel.name",
     ),
     Rule(
+        ("model.pretrained_adapter",),
+        lambda c, _: bool(c.model.pretrained),
+        "config.model.pretrained, on which it stands",
+    ),
+    Rule(
         ("model.hidden_size",),
         lambda c, _: not c.model.pretrained,
         _NOT_PRETRAINED,

@@ -90,6 +90,8 @@ class Model(Protocol):
     pretrained: str = ""
     # Wheel that holds the folder.
     pretrained_wheel: Wheel
+    # Folder of a PEFT LoRA on `pretrained`, which is added to its kernels.
+    pretrained_adapter: str = ""
     # A name in mtl_jax.models.layers.LAYERS; with `pretrained`: "transformer", layers of the family that it brings.
     layer_type: str = "transformer"
     # Options of the layer besides the fields below, e.g. {"residual": False} for "cnn".

@@ -26,6 +26,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained
 from mtl_jax.models.families import vit
 from mtl_jax.models.families.base import Architecture
+from mtl_jax.models.peft import merge_adapter
 from mtl_jax.tasks import METRICS, TASK_KINDS
 
 
@@ -141,7 +142,11 @@ def max_length(config: Config, architecture: Architecture | None) -> int:
 
 def load_encoder(config: Config) -> pretrained.Pretrained | None:
     """The pretrained encoder of a config; None where the initial values are random."""
-    return pretrained.load(encoder_folder(config)) if config.model.pretrained else None
+    if not config.model.pretrained:
+        return None
+    encoder = pretrained.load(encoder_folder(config))
+    adapter = config.model.pretrained_adapter
+    return merge_adapter(encoder, pathlib.Path(adapter).expanduser()) if adapter else encoder
 
 
 def encoder_folder(config: Config) -> pathlib.Path:

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtl_jax.errors import UserError
 from mtl_jax.models.export_heads import ExportedHead, NotPublished
 from mtl_jax.models.families.base import Architecture, PublishedTensor
+from mtl_jax.models.pretrained import Pretrained, SafetensorsFiles, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TASK_TYPES = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
@@ -95,3 +98,53 @@ def _joined(entries: list[tuple[PublishedTensor, Factors | None]]) -> Factors:
         b[:, first:end] = added.b
         rows.append(b)
     return Factors(np.concatenate([added.a for _, added in kept], axis=1), np.concatenate(rows))
+
+
+def merge_adapter(encoder: Pretrained, folder: pathlib.Path) -> Pretrained:
+    """The encoder with what a LoRA of PEFT adds to its kernels, W + scaling · A B.
+
+    Args:
+      encoder: that the adapter stands on.
+      folder: with adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+      UserError: another kind of adapter, a module that the encoder has not, factors of another shape.
+    """
+    fields, where = read_json(folder / CONFIG), folder / CONFIG
+    wanted = {"peft_type": "LORA", "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+    for field, value in wanted.items():
+        if (fields.get(field) or value) != value:
+            raise UserError(f"{where}: {field} = {fields[field]!r} is not supported, only {value!r}")
+    rank = fields["r"]
+    scaling = fields.get("lora_alpha", 8) / (rank**0.5 if fields.get("use_rslora") else rank)
+    params = unflatten_dict(flatten_dict(encoder.params))  # dicts of its own, the same arrays
+    modules: dict[str, list[PublishedTensor]] = {}
+    for tensor in encoder.architecture.published_tensors():
+        modules.setdefault(tensor.name.removesuffix(".weight"), []).append(tensor)
+    unused = []
+    with SafetensorsFiles(folder) as opened:
+        handle = opened.open(WEIGHTS)
+        for name in sorted(handle.keys()):
+            if not name.endswith(".lora_A.weight"):
+                unused += [] if name.endswith(".lora_B.weight") else [name]
+                continue
+            module = name.removeprefix(_ROOT).removesuffix(".lora_A.weight")
+            tensors = next((modules[own] for own in modules if f".{module}".endswith(f".{own}")), None)
+            if tensors is None or encoder.architecture.tied_layers:
+                raise UserError(f"{where}: {encoder.folder} has no kernel {module} of its own")
+            b = handle.get_tensor(name.replace(".lora_A.", ".lora_B.")).astype(np.float32)
+            change = scaling * b @ handle.get_tensor(name).astype(np.float32)
+            for tensor in tensors:
+                _add(params, tensor, change, f"{folder / WEIGHTS}: {module}")
+    return encoder._replace(params=params, unused=(*encoder.unused, *unused))
+
+
+def _add(params: dict[str, Any], tensor: PublishedTensor, change: np.ndarray, where: str) -> None:
+    """Adds a change [out, in] of a published kernel to what it is here, [inputs, outputs]."""
+    own = change[slice(*tensor.rows or (None,))].T
+    *path, leaf = tensor.path
+    for key in path:
+        params = params[key]
+    if own.shape != params[leaf].shape:
+        raise UserError(f"{where}: changes a kernel {list(own.shape)}, which has the shape {list(params[leaf].shape)}")
+    params[leaf] = params[leaf] + own

@@ -8,6 +8,8 @@ import pytest
 from export_runs import encoder_folder, make_config, write_data
 from safetensors.numpy import load_file
 
+from mtl_jax.errors import UserError
+from mtl_jax.experiment import inputs
 from mtl_jax.models import pretrained
 from mtl_jax.runs import export
 from mtl_jax.runs.build import build
@@ -69,6 +71,21 @@ def test_merged_kernels_and_the_adapter(tmp_path, monkeypatch, family, options):
             a, b = (factors[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
             change = fields["lora_alpha"] / fields["r"] * b @ a
             np.testing.assert_allclose(before[f"{module}.weight"] + change, whole[f"{module}.weight"], atol=2e-5)
+
+
+def test_an_adapter_of_peft_is_added_to_the_encoder(tmp_path, monkeypatch):
+    experiment, _ = exported(tmp_path, "modernbert", monkeypatch)
+    config, folder = experiment.config, tmp_path / "out" / "topic"
+    config.model.pretrained, config.model.pretrained_adapter = str(folder / "base"), str(folder / "peft")
+    added = inputs.load_encoder(config)
+    whole = flatten(pretrained.load(folder).params)
+    for path, value in flatten(added.params).items():
+        np.testing.assert_allclose(value, whole[path], atol=2e-5, err_msg=path)
+    assert any("head.dense" in name for name in added.unused)
+    file = folder / "peft" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
+    with pytest.raises(UserError, match="use_dora = True is not supported"):
+        inputs.load_encoder(config)
 
 
 def test_peft_gives_the_logits_of_the_merged_model(tmp_path, monkeypatch):
