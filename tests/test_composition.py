@@ -95,7 +95,7 @@ REFUSALS = (
     Refusal(
         "Merging a model without columns",
         lambda row: row.mode == "merge" and row.sharing in ("hard", "cascade", "depths"),
-        "nothing to merge|without mixers and adapters",
+        "nothing to merge|without a mixer between them",
     ),
     Refusal(
         "Adapting a shared column that hides the data set",
@@ -104,9 +104,9 @@ REFUSALS = (
     ),
     # what is not built
     Refusal(
-        "Merging under mixers and adapters",
-        lambda row: row.mode == "merge" and (row.adapter != "none" or "mixer" in SHARING[row.sharing]),
-        "without mixers and adapters",
+        "Merging under mixers",
+        lambda row: row.mode == "merge" and "mixer" in SHARING[row.sharing],
+        "without a mixer between them",
     ),
 )
 

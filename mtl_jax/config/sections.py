@@ -471,8 +471,9 @@ class Merging(Protocol):
     # Folders of finished runs whose scores are listed in the table too, e.g. ("runs/tied",).
     reference_runs: tuple[str, ...] = ()
     # Of runs with adapters: "products" (kernels with what adapters add, W + α / r · A B; the merged run has none) |
-    # "factors" (A and B each; the merged run has one adapter for all).
-    adapters: Literal["products", "factors"] = "products"
+    # "factors" (A and B each, and other adapters as they are; the merged run has one for all) | "": products where
+    # adapters change fixed kernels, else factors.
+    adapters: Literal["", "products", "factors"] = ""
     # Hugging Face folders or Hub names of one architecture, merged in place of runs by one method; --output is such a
     # folder.
     folders: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ from mtl_jax.runs.merge_columns import (
     FinishedRun,
     Leaves,
     LoadedRun,
+    NoProductsError,
     load_run,
     merged_config,
     merged_template,
@@ -131,10 +132,17 @@ def merge(merging: Merging, workdirs: Sequence[pathlib.Path], out: pathlib.Path)
     began = time.monotonic()
     runs = [read_run(workdir) for workdir in workdirs]
     require_platform(runs[0].config.training.platform)
-    config = merged_config(runs, merging.adapters)
+    adapters = merging.adapters or "products"
+    config = merged_config(runs, adapters)
     _require_new(out, config)
     other_runs = {str(run): folders.read_summary(pathlib.Path(run).expanduser()) for run in merging.reference_runs}
-    loaded, columns = _load_columns(runs, merging.adapters)
+    try:
+        loaded, columns = _load_columns(runs, adapters)
+    except NoProductsError:
+        if merging.adapters:
+            raise
+        config = merged_config(runs, "factors")
+        loaded, columns = _load_columns(runs, "factors")
     merger = _merger(config, loaded, columns)
     refused: list[RunWarning] = []
     rows: list[MergedRow] = []

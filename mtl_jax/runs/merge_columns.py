@@ -50,6 +50,10 @@ COMMON_FIELDS = (
 )
 
 
+class NoProductsError(UserError):
+    """Adapters of a run are no change of fixed kernels."""
+
+
 class FinishedRun(NamedTuple):
     """A finished run, as its folder describes it."""
 
@@ -163,7 +167,8 @@ def load_run(run: FinishedRun, adapters: str) -> LoadedRun:
         try:
             slices = encoder_params(experiment, params, task, merged=adapters == "products")
         except ValueError as error:
-            raise UserError(f"--runs: {run.workdir}: {error}; take config.merging.adapters = 'factors'") from None
+            problem = f"--runs: {run.workdir}: {error}; take config.merging.adapters = 'factors'"
+            raise NoProductsError(problem) from None
         if adapters == "factors":
             slices |= adapter_leaves(experiment, params, task)
         return flatten(distributed.to_host(slices))
