@@ -38,10 +38,14 @@ def with_steps(config: Config, corpus: Corpus) -> Config:
 
 
 def steps_per_epoch(config: Config, corpus: Corpus) -> dict[str, float]:
-    """{data set: mean number of steps in which each row of its train split is drawn once}. Raises UserError: none has
-    any.
+    """{data set: mean number of steps in which each row of its train split is drawn once}, of those that batches hold.
+
+    Raises UserError: none has any.
     """
-    counts = {name: len(rows["train"].tokens) for name, rows in corpus.rows.items() if "train" in rows}
+    layout = corpus.layout
+    learned = {layout.datasets[dataset] for candidates in layout.candidates for dataset in candidates}
+    splits = {name: rows for name, rows in corpus.rows.items() if name in learned}
+    counts = {name: len(rows["train"].tokens) for name, rows in splits.items() if "train" in rows}
     if not counts:
         raise UserError("no data set has a train split")
     sampler = IndexSampler(counts, config.data.rows_per_block, config.seed, make_mixing(config))

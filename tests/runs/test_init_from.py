@@ -14,6 +14,7 @@ from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.data.sampler import evaluation_batches
 from mtl_jax.errors import UserError
+from mtl_jax.experiment.budget import steps_per_epoch
 from mtl_jax.experiment.inputs import make_mixing
 from mtl_jax.runs import evaluate, predict, train
 from mtl_jax.runs.build import build
@@ -132,6 +133,7 @@ def test_untrained_tasks_are_scored_but_in_no_batch(tiny, tmp_path):
     sampler = experiment.batches(0)
     assert {layout.datasets[d] for step in range(4) for d in sampler.indices(step)[0]} == {"more"}
     assert make_mixing(config).kind == "temperature"
+    assert list(steps_per_epoch(config, experiment.corpus)) == ["more"]
     start = build(config).init_params(0)
     _, before, _ = params_of(old)
     summary = trained(config, tmp_path / "new")
