@@ -102,6 +102,11 @@ REFUSALS = (
         lambda row: row.mode == "adapt" and SHARING[row.sharing].get("mixer") == "shared_private",
         "there is only one data set",
     ),
+    Refusal(
+        "Devices of lanes",
+        lambda row: row.mode == "relate" and row.placement == "pmap",
+        "config.training.placement: 'pmap' has no effect here",
+    ),
     # what is not built
     Refusal(
         "Merging under mixers",
