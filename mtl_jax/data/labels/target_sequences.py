@@ -263,7 +263,7 @@ def _target(record: Record, spec: LabelSpec) -> str | list[str] | None:
 
 
 def _by_words(spec: TargetSpec, tokenizer: Tokenizer) -> bool:
-    return spec.tokens == "words" or isinstance(tokenizer, WordTokenizer)
+    return not spec.in_row and (spec.tokens == "words" or isinstance(tokenizer, WordTokenizer))
 
 
 def _split_targets(

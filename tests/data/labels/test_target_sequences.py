@@ -8,10 +8,12 @@ import pytest
 from mtl_jax.data import corpus
 from mtl_jax.data.datasets import read_dataset
 from mtl_jax.data.files import location
+from mtl_jax.data.labels import target_sequences
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.target_sequences import END, TargetSpec, copied_ids
+from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.records import Note
+from mtl_jax.data.records import Note, Record
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordVocabulary
 from mtl_jax.errors import UserError
 
@@ -219,3 +221,20 @@ def test_turns_of_dialogues(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"turns": ["a", 3]}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:1: turn 2 of 'turns' should be a string, found 3"):
         read_dataset("d", entry, 0)
+
+
+def test_answers_in_rows_are_joined_as_their_tokenizer_does(tmp_path):
+    """Byte-level tokens of words and blanks come back as the text, not as tokens between blanks."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = sorted({*pre_tokenizers.ByteLevel.alphabet(), "<eos>"})
+    backend = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = PretrainedTokenizer(str(tmp_path))
+    spec = LabelSpec("t", "d", "answer", "sequence", "tokens", target=TargetSpec(in_row=True))
+    record = Record({"answer": "Don't say  “no”!"}, "f", 1)
+    gold, _ = target_sequences.encode_answers([record], spec, tokenizer, "train")
+    vocabulary = LabelVocabulary(tuple(map(tokenizer.id_to_token, range(tokenizer.size))))
+    join = target_sequences.token_joiner(spec.target, tokenizer, vocabulary)
+    assert join([vocabulary.names[n] for n in gold.value if n != tokenizer.end_id]) == gold.texts[0]
