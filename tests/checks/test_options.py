@@ -454,6 +454,13 @@ ELSEWHERE = {
         for field in ("method", "options", "lane_execution", "max_lanes", "memory_fraction", "exact_optimum")
     },
     "ablation.intervals": "checks/analyses.py",
+    "ablation.keep": "analysis/ablation/kept_runs.py",
+    "ablation.preferences": "analysis/ablation/preferences.py",
+    **{
+        f"evaluation.{field}": "evaluation/scores.py"
+        for field in ("selection", "selection_weights", "single_task_scores")
+    },
+    "model.pretrained_adapter": "experiment/inputs.py",
     "ablation.data_placement": "analysis/ablation/engine.py",
     "penalties.p.shared": "experiment/penalties.py",
     **{f"init_from.{field}": "runs/init_from.py" for field in default.get_config().init_from},
@@ -461,7 +468,12 @@ ELSEWHERE = {
     **{f"adaptation.{field}": "analysis/adaptation/lanes.py" for field in ("optimizer", "params", "steps")},
     **{f"adaptation.{field}": "analysis/adaptation/sources.py" for field in ("column", "baseline")},
     **{f"relatedness.{field}": "analysis/relatedness/relate.py" for field in default.get_config().relatedness},
-    "relatedness.num_seeds": "analysis/relatedness/transfer.py",
+    **{
+        f"relatedness.{field}": "analysis/relatedness/seed_measures.py"
+        for field in ("measure_every", "lookahead", "lookahead_steps", "num_inputs")
+    },
+    **{f"relatedness.linearised_{of}": "analysis/relatedness/seed_measures.py" for of in ("dimensions", "examples")},
+    **{f"relatedness.{field}": "analysis/relatedness/transfer.py" for field in ("num_seeds", "num_pairs")},
     **{f"merging.{field}": "runs/merge.py" for field in default.get_config().merging},
 }
 
