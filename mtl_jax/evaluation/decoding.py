@@ -11,7 +11,7 @@ from mtl_jax.data.batch import Batch
 from mtl_jax.models.key_values import KeyMemory, empty_written
 from mtl_jax.models.network import NetworkOutputs
 from mtl_jax.models.relative_positions import segment_positions
-from mtl_jax.tasks import search
+from mtl_jax.tasks import beam_search
 from mtl_jax.training.group_batch import GroupBatch
 from mtl_jax.training.objective import Objective, Params
 
@@ -70,10 +70,10 @@ def continue_prompts(
     active = (prompt[blocks] > 0).reshape(-1)
     ends = {"begin": begin[blocks].reshape(-1), "end": task.end, "max_length": task.max_length}
     if beams == 1:
-        result = search.greedy_search(step, written, active, **ends)
+        result = beam_search.greedy_search(step, written, active, **ends)
     else:
         options = {"width": beams, "alpha": task.length_penalty, "reorder": reorder}
-        result = search.beam_search(step, written, active, **ends, **options)
+        result = beam_search.beam_search(step, written, active, **ends, **options)
     return {
         "value": result.tokens[:, 0].reshape(width * rows, slots, -1),
         "score": result.score[:, 0].reshape(width * rows, slots),

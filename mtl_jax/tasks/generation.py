@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.tasks import features, options, recurrent_decoder, search, transformer_decoder
+from mtl_jax.tasks import beam_search, features, options, recurrent_decoder, transformer_decoder
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 from mtl_jax.tasks.decoder import MASKED_SCORE, Decoder, DecoderSizes, SourceMasks, Targets, TokenScores
 
@@ -163,16 +163,16 @@ class Generation(Task):
             cache, tokens = reshaped(cache, by_row), tokens.reshape(by_row)
             scores, cache = decoder.step(params, memory, cache, tokens, number, source)
             log_p = _distribution(scores._replace(ids=ids))
-            log_p = log_p.at[..., jnp.asarray([UNKNOWN, BEGIN])].set(search.IMPOSSIBLE)
+            log_p = log_p.at[..., jnp.asarray([UNKNOWN, BEGIN])].set(beam_search.IMPOSSIBLE)
             return log_p.reshape(*by_example, -1), reshaped(cache, by_example)
 
         cache = reshaped(decoder.initial_cache(params, memory, source.member, length), by_example)
         active = (features_.length > 0).reshape(-1)
         ends = {"begin": BEGIN, "end": END, "max_length": length}
         if beams == 1:
-            result = search.greedy_search(step, cache, active, **ends)
+            result = beam_search.greedy_search(step, cache, active, **ends)
         else:
-            result = search.beam_search(step, cache, active, **ends, width=beams, alpha=self.length_penalty)
+            result = beam_search.beam_search(step, cache, active, **ends, width=beams, alpha=self.length_penalty)
         return {
             "value": result.tokens[:, 0].reshape(rows, slots, length),
             "score": result.score[:, 0].reshape(rows, slots),

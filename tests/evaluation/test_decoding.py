@@ -30,7 +30,7 @@ from mtl_jax.models.export import save_folder
 from mtl_jax.models.export_heads import exported_head
 from mtl_jax.models.ownership import layer_path
 from mtl_jax.runs.build import build
-from mtl_jax.tasks import search
+from mtl_jax.tasks import beam_search
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -168,7 +168,7 @@ def test_beams_with_kept_keys_equal_those_without(tmp_path, family, sharing):
 
         texts = jnp.zeros((1, 3, known + NEW_TOKENS), jnp.int32).at[:, :, :known].set(jnp.asarray(prompt[:-1]))
         options = {"begin": prompt[-1], "end": 99, "max_length": NEW_TOKENS, "width": 3, "alpha": 0.6}
-        wanted = jax.jit(functools.partial(search.beam_search, step, **options))(texts, jnp.ones(1, bool))
+        wanted = jax.jit(functools.partial(beam_search.beam_search, step, **options))(texts, jnp.ones(1, bool))
         np.testing.assert_array_equal(outputs["answer"]["value"][0, 0, slot], wanted.tokens[0, 0])
         np.testing.assert_allclose(outputs["answer"]["score"][0, 0, slot], wanted.score[0, 0], atol=1e-4)
 

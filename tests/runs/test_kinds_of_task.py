@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import kinds
+from configs import task_kinds
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import lanes, scores
@@ -372,9 +372,9 @@ def test_wrong_configs(make, tmp_path):
         build(make())
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", task_kinds.KINDS)
 def test_the_configs_of_the_project_are_right(kind):
-    checks.check(kinds.get_config(kind))
+    checks.check(task_kinds.get_config(kind))
 
 
 def test_teachers_of_choices_and_answers(make, tmp_path, differs):

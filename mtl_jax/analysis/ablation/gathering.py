@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import parts, plan, results, runner
+from mtl_jax.analysis.ablation import lane_parts, plan, results, runner
 from mtl_jax.analysis.ablation.plan import Plan
 from mtl_jax.analysis.ablation.program_training import ProgramResults, read_program
 from mtl_jax.analysis.ablation.records import Grid
@@ -126,7 +126,7 @@ def gather_programs(
       UserError: nothing is trained; shards had other data; a damaged file.
     """
     every = [Shard(i, shards.count) for i in range(shards.count)]
-    selected = {shard: parts.part(planned, shard) for shard in every}
+    selected = {shard: lane_parts.part(planned, shard) for shard in every}
     done: dict[str, ProgramResults] = {}
     missing = dict.fromkeys(every, 0)
     data: dict[str, tuple[Shard, dict[str, Any]]] = {}

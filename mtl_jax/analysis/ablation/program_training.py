@@ -20,9 +20,9 @@ from mtl_jax.analysis.ablation.kept_runs import RUNS, KeptRuns, run_name
 from mtl_jax.analysis.ablation.lane_batch import LaneBatch
 from mtl_jax.analysis.ablation.lane_log import LaneResult
 from mtl_jax.analysis.ablation.lane_program import Built, Sources, build
+from mtl_jax.analysis.ablation.lane_turns import LaneId, plan_turns, rectangles, write_results
 from mtl_jax.analysis.ablation.plan import Program
 from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, Lane
-from mtl_jax.analysis.ablation.turns import LaneId, plan_turns, rectangles, write_results
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals

@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import kept_runs, parts, plan, results
+from mtl_jax.analysis.ablation import kept_runs, lane_parts, plan, results
+from mtl_jax.analysis.ablation.lane_parts import Parts
 from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
-from mtl_jax.analysis.ablation.parts import Parts
 from mtl_jax.analysis.ablation.plan import Plan
 from mtl_jax.analysis.ablation.program_training import ProgramResults, ProgramTraining, read_program
 from mtl_jax.analysis.ablation.records import Grid, Lane
@@ -51,7 +51,7 @@ def ablate(
     require_ready(config)
     folders.require_unclaimed(workdir, config)
     planned = plan.make_plan(config, check)
-    selected = parts.part(planned, shard) if shard else parts.whole(planned)
+    selected = lane_parts.part(planned, shard) if shard else lane_parts.whole(planned)
     print(planned.describe())
     if distributed.is_first():
         folders.claim(workdir, config)
@@ -105,7 +105,7 @@ def train(
       the grid of these lanes; None where a signal stopped the training.
     """
     sources, done = sources or Sources(), {}
-    selected = parts.whole(planned) if selected is None else selected
+    selected = lane_parts.whole(planned) if selected is None else selected
     programs = [program for program in planned.programs if program.name in selected]
     lane_steps = {p.name: p.config.training.steps * len(selected[p.name]) for p in programs}
     with StopSignals() as stop, progress_bar(description, "step", sum(lane_steps.values())) as bar:

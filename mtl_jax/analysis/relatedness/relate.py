@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import parts, runner, traced_fields
+from mtl_jax.analysis.ablation import lane_parts, runner, traced_fields
 from mtl_jax.analysis.ablation.gathering import Shards, gather_programs
 from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.records import Grid
@@ -101,7 +101,7 @@ def relate(
     sources = Sources()
     _require_scores(config, sources)
     if planned.programs:
-        selected = parts.part(planned, shard) if shard else parts.whole(planned)
+        selected = lane_parts.part(planned, shard) if shard else lane_parts.whole(planned)
         grid = runner.train(
             planned, METHOD, workdir / "transfer", "transfer", sources, selected=selected, tracked_in=workdir
         )

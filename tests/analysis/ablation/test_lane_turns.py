@@ -4,19 +4,19 @@ import json
 
 import pytest
 
-from mtl_jax.analysis.ablation import turns
+from mtl_jax.analysis.ablation import lane_turns
 from mtl_jax.errors import UserError
 
 LANES = [(seed, setting) for setting in range(4) for seed in (0, 1)]
 
 
 def plan(folder, size, lanes=LANES):
-    return turns.plan_turns(folder, lanes, size)
+    return lane_turns.plan_turns(folder, lanes, size)
 
 
 def finish(turn):
     lanes = [(seed, setting, {"score": seed + setting}) for setting in turn.settings for seed in turn.seeds]
-    turns.write_results(turn, {"lanes": lanes, "step_seconds": [], "data": {}})
+    lane_turns.write_results(turn, {"lanes": lanes, "step_seconds": [], "data": {}})
 
 
 def checkpoint(turn, step=7):
@@ -64,12 +64,12 @@ def test_less_memory_divides_a_turn_that_has_begun(tmp_path):
 
 
 def test_lanes_that_are_no_rectangle(tmp_path):
-    parts = list(turns.rectangles([(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (0, 3), (1, 3)]))
+    parts = list(lane_turns.rectangles([(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (0, 3), (1, 3)]))
     assert parts == [((0, 1), (0, 1)), ((1,), (2,)), ((0, 1), (3,))]
 
 
 def test_a_damaged_file_is_named(tmp_path):
     (turn, *_) = plan(tmp_path, (2, 2)).open
-    (turn.folder / turns.LANES).write_text(json.dumps({"seeds": [0]})[:5])
+    (turn.folder / lane_turns.LANES).write_text(json.dumps({"seeds": [0]})[:5])
     with pytest.raises(UserError, match=r"turn_00/turn.json: damaged; delete the folder"):
         plan(tmp_path, (2, 2))

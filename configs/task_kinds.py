@@ -1,10 +1,10 @@
 """Kinds of task other than tagging, each together with parts of speech of UD English-EWT in one BiLSTM.
 
-    python launch.py --config=configs/kinds.py:span --workdir=runs/span
-    python launch.py --config=configs/kinds.py:windows --workdir=runs/windows
-    python launch.py --config=configs/kinds.py:relation --workdir=runs/relation
-    python launch.py --config=configs/kinds.py:choice --workdir=runs/choice
-    python launch.py --config=configs/kinds.py:mlm --workdir=runs/mlm
+    python launch.py --config=configs/task_kinds.py:span --workdir=runs/span
+    python launch.py --config=configs/task_kinds.py:windows --workdir=runs/windows
+    python launch.py --config=configs/task_kinds.py:relation --workdir=runs/relation
+    python launch.py --config=configs/task_kinds.py:choice --workdir=runs/choice
+    python launch.py --config=configs/task_kinds.py:mlm --workdir=runs/mlm
 
     :span      the span of a role in its sentence: "Who or what does gave?" (PropBank; one in six has no answer)
     :windows   the same, asked of three sentences at a time, which are read through windows of 48 tokens

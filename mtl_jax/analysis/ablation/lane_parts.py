@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from mtl_jax.analysis.ablation.lane_turns import LaneId
 from mtl_jax.analysis.ablation.plan import Plan
-from mtl_jax.analysis.ablation.turns import LaneId
 from mtl_jax.errors import UserError
 from mtl_jax.runtime.shards import Shard
 

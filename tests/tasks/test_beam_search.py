@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.tasks import search
+from mtl_jax.tasks import beam_search
 
 BEGIN, END, V, L = 3, 2, 4, 4  # tokens 0 and 1, the end, the beginning
 
@@ -21,7 +21,7 @@ def model(seed, count):
     def step(cache, tokens, number):
         moved = jnp.einsum("nbi,nbij->nbj", cache, jnp.asarray(moves, jnp.float32)[tokens])
         state = jnp.tanh(moved + 0.1 * number.astype(jnp.float32))
-        log_p = jax.nn.log_softmax(state @ jnp.asarray(out, jnp.float32)).at[..., BEGIN].set(search.IMPOSSIBLE)
+        log_p = jax.nn.log_softmax(state @ jnp.asarray(out, jnp.float32)).at[..., BEGIN].set(beam_search.IMPOSSIBLE)
         return log_p, state
 
     def of(example, sequence):
@@ -56,9 +56,9 @@ def found(seed, width, alpha, count=5, greedy=False):
     step, of, cache = model(seed, count)
     ends = {"begin": BEGIN, "end": END, "max_length": L}
     if greedy:
-        run = jax.jit(lambda c, a: search.greedy_search(step, c, a, **ends))
+        run = jax.jit(lambda c, a: beam_search.greedy_search(step, c, a, **ends))
     else:
-        run = jax.jit(lambda c, a: search.beam_search(step, c, a, **ends, width=width, alpha=alpha))
+        run = jax.jit(lambda c, a: beam_search.beam_search(step, c, a, **ends, width=width, alpha=alpha))
     return jax.device_get(run(cache(width), jnp.arange(count) != 2)), of
 
 
@@ -73,7 +73,7 @@ def test_a_wide_beam_finds_the_best_of_all_sequences_in_their_order(alpha, diffe
         differs(
             "beam search against all sequences", result.score[example][: len(ranked)], [scores[s] for s in ranked], 2e-5
         )
-        assert (result.score[example][len(ranked) :] <= search.IMPOSSIBLE).all()
+        assert (result.score[example][len(ranked) :] <= beam_search.IMPOSSIBLE).all()
     assert (result.tokens[2] == -1).all()  # no example, no text
 
 
@@ -96,7 +96,7 @@ def test_neighbours_do_not_matter_and_no_beam_is_better_than_all():
     assert (three.score[:, 0] <= all_.score[:, 0] + 1e-6).all()
     step, _, cache = model(3, 5)
     ends = {"begin": BEGIN, "end": END, "max_length": L}
-    alone = jax.jit(lambda c, a: search.beam_search(step, c, a, **ends, width=3, alpha=0.0))
+    alone = jax.jit(lambda c, a: beam_search.beam_search(step, c, a, **ends, width=3, alpha=0.0))
     for example in (0, 4):
         result = jax.device_get(alone(cache(3), jnp.arange(5) == example))
         np.testing.assert_array_equal(result.tokens[example], three.tokens[example])
