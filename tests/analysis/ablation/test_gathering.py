@@ -9,7 +9,7 @@ from test_ablation_runs import check, grid, launch
 
 from mtl_jax import checks, modes
 from mtl_jax.analysis import report
-from mtl_jax.analysis.ablation import gathering, parts, plan, results, runner, turns
+from mtl_jax.analysis.ablation import gathering, lane_parts, lane_turns, plan, results, runner
 from mtl_jax.analysis.relatedness import relate
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
@@ -56,15 +56,15 @@ def test_every_lane_is_in_one_shard(tiny, method):
     for count in range(1, 3 if method == "halving" else 19):
         lanes = []
         for i in range(count):
-            part = parts.part(planned, Shard(i, count))
+            part = lane_parts.part(planned, Shard(i, count))
             lanes += [(name, *lane) for name, of_program in part.items() for lane in of_program]
             if method == "halving" or count <= 6:  # settings are whole
-                rectangles = [r for of_program in part.values() for r in turns.rectangles(of_program)]
+                rectangles = [r for of_program in part.values() for r in lane_turns.rectangles(of_program)]
                 assert all(seeds == planned.seeds for seeds, _ in rectangles)
         assert sorted(lanes) == sorted(every) and len(set(lanes)) == len(lanes)
     too_many = 3 if method == "halving" else 19
     with pytest.raises(UserError, match=f"only {too_many - 1} (lanes|programs, and successive)"):
-        parts.part(planned, Shard(0, too_many))
+        lane_parts.part(planned, Shard(0, too_many))
 
 
 @pytest.mark.parametrize(("layout", "counts"), [("map", (2, 4)), ("vmap", (2,))])
