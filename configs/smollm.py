@@ -78,5 +78,5 @@ def get_config(form: str = "short"):
     if short:
         config.sharing.adapter_layers = tuple(f"layer_{number:02d}" for number in range(LAYERS - 6, LAYERS))
         config.optimizer.cache_frozen = True
-        config.training.steps, config.training.eval_every, config.training.checkpoint_every = 80, 80, 80
+        config.training.steps, config.training.eval_every, config.training.checkpoint_every = 400, 200, 200
     return config

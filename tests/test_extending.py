@@ -200,7 +200,7 @@ def test_a_family_is_written_read_and_trained(make, tmp_path):
 def test_a_measure(make):
     config = make(relatedness__measures=("same_classes",), sharing__trunk="all")
     check(config, "relate")
-    matrix = MEASURES["same_classes"].compute(Evidence(None, None, build(config).corpus))
+    matrix = MEASURES["same_classes"].compute(Evidence(None, None, build(config).corpus, (1.0, 1.0)))
     np.testing.assert_array_equal(matrix, np.ones((2, 2)))
 
 

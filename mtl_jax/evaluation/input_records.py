@@ -257,7 +257,7 @@ def _layout(saved: Artifacts, specs: Mapping[str, LabelSpec], groups: Sequence[D
     names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
     first = {name: group.name for group in groups for name in group.datasets}
     dataset_of_task = [names.index(first.get(specs[task].dataset, specs[task].dataset)) for task in saved.vocabularies]
-    pictured = [names.index(name) for name in saved.pictures.sizes] if saved.pictures else []
+    pictured = [names.index(name) for name in saved.pictures.sizes if name in names] if saved.pictures else []
     return sampler.make_layout(names, tuple(saved.vocabularies), dataset_of_task, sampler.Mixing(), pictured)
 
 

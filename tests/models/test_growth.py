@@ -50,6 +50,7 @@ def make(way, count, drawn):
     if "mixers" in sharing:
         mixer = MIXERS[sharing["mixers"]](count)
         sharing["mixers"] = {"layer_00": mixer}
+        owners["mixer_00"] = (0,) * count
         if mixer.experts:
             owners["layer_00"] = ExpertColumns(mixer.columns, expert_names(layout.tasks, mixer.columns))
     if "adapters" in sharing:

@@ -226,10 +226,6 @@ def test_orders_and_circles():
             {"sharing__cascades": {"color": ("long",)}, "sharing__head_layers": {"color": "embed"}},
             "labels can only be fed upwards",
         ),
-        (
-            {"sharing__cascades": {"color": ("long",)}, "aggregation__method": "pcgrad"},
-            "which config.sharing.cascades combines",
-        ),
     ],
 )
 def test_bad_input(tiny, changes, message):

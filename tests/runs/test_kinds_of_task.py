@@ -365,8 +365,6 @@ def test_wrong_configs(make, tmp_path):
         change(config)
         with pytest.raises(UserError, match=re.escape(message)):
             checks.check(config)
-    with pytest.raises(UserError, match=r"reaches the word vectors through its head too"):
-        build(make(aggregation__method="pcgrad"))
     (tmp_path / "choices.train.jsonl").write_text('{"text": "a", "choices": ["x", "y"], "right": 2}\n')
     with pytest.raises(UserError, match=r"choices\.train\.jsonl:1: task right: label 2 is none of the 2 choices"):
         build(make())

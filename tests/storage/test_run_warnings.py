@@ -185,7 +185,7 @@ def test_the_best_of_a_run_is_chosen_by_score_then_loss_then_time(tmp_path, monk
 
 def test_the_best_of_a_lane_is_chosen_likewise():
     one, remaining = lane_batch.LaneBatch.__new__(lane_batch.LaneBatch), []
-    experiment = SimpleNamespace(tasks={"c": SimpleNamespace(metrics=("accuracy",))})
+    experiment = SimpleNamespace(tasks={"c": SimpleNamespace(metrics=("accuracy",))}, config=default.get_config())
     training = SimpleNamespace(early_stopping_patience=2, steps=99, eval_every=1)
     one.config = SimpleNamespace(training=training, evaluation=SimpleNamespace(checkpoint="best"))
     one.seeds, one.settings, one.logs = [0], [0], {(0, 0): lane_batch.LaneLog()}

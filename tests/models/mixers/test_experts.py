@@ -229,7 +229,6 @@ def test_eight_devices_and_lanes_as_one(tiny, differs):
         ({"sharing__head_layers": {"color": "layer_00"}}, "experts without a gate"),
         ({"sharing__tied": True}, "are no columns of the tasks"),
         ({"auxiliary_loss_weights": {"adversarial": 1.0}}, "nothing in this config adds a loss 'adversarial'"),
-        ({"aggregation__method": "cagrad"}, "config.sharing.mixer"),
     ],
 )
 def test_bad_input(tiny, changes, message):

@@ -163,7 +163,6 @@ def test_eight_devices_as_one(tiny, differs):
         ({"sharing__mixer_options": {"own": 1.5}}, r"own must lie in \[0, 1\]"),
         ({"sharing__mixer": "", "sharing__mixer_layers": ("layer_00",)}, "does nothing"),
         ({"sharing__mixer": "sluice", "sharing__mixer_options": {"subspaces": 3}}, "cannot be cut into 3 subspaces"),
-        ({"aggregation__method": "cagrad"}, "which config.sharing.mixer combines"),
     ],
 )
 def test_bad_input(tiny, changes, message):
