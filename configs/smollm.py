@@ -2,14 +2,16 @@
 
     python launch.py --config=configs/smollm.py:short --workdir=runs/smollm
 
-    :short  LoRA in the top six layers; what is below is computed once for all rows. Half an hour on 2 CPU cores
+    :short  LoRA in the top six layers, 160 records of each data set; what is below is computed once for all rows. Four
+            minutes on 2 CPU cores
     :full   LoRA in all layers, all records; for an accelerator
 
 Intents of SNIPS utterances from the last token, parts of speech of UD English-EWT from every token, and sentences of
 EWT without their modifiers, written after the sentence by the model itself.
 
 Data: snips, ewt (UD English-EWT); SmolLM2 from its wheel (GGUF, extra `gguf`).
-Scores: not measured yet
+Scores: `:short`, 64 records of test each: intents 0.672 (the most frequent: 0.141), parts of speech 0.796 (the most
+frequent tag of each word: 0.730), sentences BLEU 0.223 (the sentence as it is: 0.421; 160 examples do not suffice).
 """
 
 from ml_collections import ConfigDict
