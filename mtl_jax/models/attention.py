@@ -73,9 +73,11 @@ def attend(
         bias = bias if bias.ndim == 4 else bias[None]
     form = _Form(query.shape[-1] ** -0.5 if scale is None else scale, softcap, window, causal, first)
     drops = noise is not None and noise.attention_rate is not None
-    if query.shape[2] > LONG_ROW and not drops and axis_size("sequence") == 1:
+    length = query.shape[2]
+    fixed = isinstance(length, int)  # an exported program may have rows of any length
+    if fixed and length > LONG_ROW and not drops and axis_size("sequence") == 1:
         return jnp.swapaxes(_in_blocks(form, query, key, value, segment, bias), 1, 2)
-    place = np.arange(query.shape[2])
+    place = np.arange(length) if fixed else jnp.arange(length)
     weights = _weights(form, query, key, bias, _allowed(form, segment, place, segment, place))
     weights = attention_dropout(noise, 0, weights.astype(value.dtype))
     return jnp.swapaxes(jnp.einsum("rhts,rhsd->rhtd", weights, value), 1, 2)
