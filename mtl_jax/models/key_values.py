@@ -55,7 +55,7 @@ def store(module: nn.Module, **arrays: jax.Array) -> None:
         module.sow(KEYS, name, array, reduce_fn=lambda old, new: new, init_fn=lambda: None)
 
 
-def own_keys(module: nn.Module, memory: LayerMemory) -> tuple[Any, Any]:
+def module_keys(module: nn.Module, memory: LayerMemory) -> tuple[Any, Any]:
     """The entries of a module in the memory of its layer: prompt, written."""
     prompt, written = memory.prompt, memory.written
     for name in module.path:

@@ -143,14 +143,14 @@ def _gated(a: str, options: KernelOptions, gates: tuple[int, int, float], common
     """Experts with gates that read tokens. `a`: name of the leaf of A; `gates`: E, top_k, α / r."""
     experts, top_k, factor = gates
 
-    def own(key, path, shape):
+    def init_owned(key, path, shape):
         del path
         return {"router": 0.02 * jax.random.normal(key, (shape[0], experts), jnp.float32)}
 
     def make(leaves: Leaves) -> GatedExperts:
         return GatedExperts(a=leaves[a], b=factor * leaves["experts_b"], router=leaves["router"], top_k=top_k)
 
-    return adapter_of_kernels(options, own, make, common)
+    return adapter_of_kernels(options, init_owned, make, common)
 
 
 def _check_top_k(top_k: int, experts: int, has_gates: bool) -> None:

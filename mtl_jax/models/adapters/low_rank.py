@@ -126,7 +126,7 @@ def dora(rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, params: str =
     """
     require_integer("rank", rank, 1)
 
-    def own(key, path, shape):
+    def init_owned(key, path, shape):
         del path
         return {
             "a": random_factor(key, shape[0], rank),
@@ -137,7 +137,7 @@ def dora(rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, params: str =
     def make(leaves: Leaves) -> Decomposed:
         return Decomposed(a=leaves["a"], b=(alpha / rank) * leaves["b"], magnitude=leaves["magnitude"])
 
-    return adapter_of_kernels(KernelOptions(params, dropout), own, make)
+    return adapter_of_kernels(KernelOptions(params, dropout), init_owned, make)
 
 
 def mtl_lora(
@@ -166,7 +166,7 @@ def mtl_lora(
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature!r}")
 
-    def own(key, path, shape):
+    def init_owned(key, path, shape):
         del path, shape
         return {
             "transform": jnp.eye(rank, dtype=jnp.float32),
@@ -182,4 +182,4 @@ def mtl_lora(
         up = jnp.tensordot(weights, leaves["ups"], 1, precision=HIGHEST)
         return LowRank(a=leaves["a"], b=(alpha / rank) * jnp.matmul(leaves["transform"], up, precision=HIGHEST))
 
-    return adapter_of_kernels(KernelOptions(params, dropout), own, make, common)
+    return adapter_of_kernels(KernelOptions(params, dropout), init_owned, make, common)

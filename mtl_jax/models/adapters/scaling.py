@@ -48,7 +48,7 @@ def ia3(params: str = "attention/(key|value)/kernel$|^output/kernel$", inputs: s
     except re.error as error:
         raise ValueError(f"inputs: {inputs!r} is not a regular expression: {error}") from None
 
-    def own(key, path, shape):
+    def init_owned(key, path, shape):
         del key
         if scales_inputs.search(path):
             return {"input_scale": jnp.ones(shape[:1], jnp.float32)}
@@ -57,4 +57,4 @@ def ia3(params: str = "attention/(key|value)/kernel$|^output/kernel$", inputs: s
     def make(leaves: Leaves) -> Scaled:
         return Scaled(outputs=leaves.get("output_scale"), inputs=leaves.get("input_scale"))
 
-    return adapter_of_kernels(KernelOptions(params, low_rank=False), own, make)
+    return adapter_of_kernels(KernelOptions(params, low_rank=False), init_owned, make)

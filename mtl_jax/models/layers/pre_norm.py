@@ -196,7 +196,7 @@ class GroupedAttention(nn.Module):
             key_values.store(self, keys=key, values=value)
             y = attend(query, key, value, segment, noise, bias=bias, causal=position.causal, **scores)
         else:
-            prompt, written = key_values.own_keys(self, memory)
+            prompt, written = key_values.module_keys(self, memory)
             new = {"keys": key, "values": value}
             written = {name: key_values.append(written[name], array, memory.number) for name, array in new.items()}
             key_values.store(self, **written)
